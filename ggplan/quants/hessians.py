@@ -23,6 +23,7 @@ F32Array = NDArray[np.float32]
 Hessians = ArrayLike | Sequence[ArrayLike | None]
 _WHAT = "Hessian's numbers"
 _MOST_DAMPING = 1e30  # beyond it float32 has no room for sums
+_MOST_TOKENS = 1 << 53  # more change nothing
 Tokens = int | Sequence[int] | None
 
 
@@ -88,8 +89,8 @@ def encode_with_hessians(
             hint="pass one, (n, n), for all rows, or one for each matrix of weights (matrices, rows, n)",
         )
     counted = _counts(tokens, n_matrices)
-    rows = weights.reshape(n_matrices, -1, n)
-    blocks = out.reshape(n_matrices, -1, out.shape[-1])
+    rows = weights.reshape(n_matrices, weights.shape[-2], n)
+    blocks = out.reshape(n_matrices, weights.shape[-2], out.shape[-1])
     for k, one in enumerate(each):
         try:
             if one is None:
@@ -116,7 +117,7 @@ def _each_of(hessian: Hessians) -> list[ArrayLike | None] | None:
     if isinstance(hessian, str | bytes) or np.ndim(hessian) < 3:  # type: ignore[arg-type]
         return None
     stacked = np.asarray(as_array(hessian, _WHAT))
-    return list(stacked.reshape(-1, *stacked.shape[-2:]))
+    return list(stacked.reshape(math.prod(stacked.shape[:-2]), *stacked.shape[-2:]))
 
 
 def _encode_without(rows: F32Array, type: GgmlType, out: NDArray[np.uint8]) -> None:
@@ -131,9 +132,13 @@ def _encode_without(rows: F32Array, type: GgmlType, out: NDArray[np.uint8]) -> N
 
 
 def _counts(tokens: Tokens, n_matrices: int) -> list[int | None]:
-    if tokens is None or np.ndim(tokens) == 0:
+    try:
+        several = tokens is not None and np.ndim(tokens) > 0
+        found = np.asarray(tokens).reshape(-1).tolist() if several else []
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise QuantizationError(f"tokens is no whole number, nor an array of them: {error}") from error
+    if not several:
         return [None if tokens is None else _whole(tokens)] * n_matrices
-    found = list(np.asarray(tokens).reshape(-1).tolist())
     if len(found) != n_matrices:
         raise QuantizationError(
             f"there are {len(found):,} numbers of tokens for {n_matrices:,} matrices",
@@ -144,6 +149,7 @@ def _counts(tokens: Tokens, n_matrices: int) -> list[int | None]:
 
 def _whole(tokens: object) -> int:
     try:
-        return operator.index(tokens)  # type: ignore[arg-type]
+        count = operator.index(tokens)  # type: ignore[arg-type]
     except TypeError:
         raise QuantizationError(f"tokens is a whole number, not {tokens!r}") from None
+    return min(count, _MOST_TOKENS)

@@ -31,6 +31,17 @@ def test_each_expert_is_encoded_as_by_itself() -> None:
     np.testing.assert_array_equal(one[1], each[1])
 
 
+def test_no_number_of_tokens_is_too_large() -> None:
+    many, more = (quantize(WEIGHTS, "q4_0", hessian=HESSIANS, tokens=n) for n in (10**16, 10**400))
+    np.testing.assert_array_equal(many, more)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, N), (3, 0, N), (0, 0, N)])
+def test_no_experts_or_rows_give_no_blocks(shape: tuple[int, ...]) -> None:
+    blocks = quantize(np.zeros(shape), "q4_0", hessian=np.zeros((shape[0], N, N)) + np.eye(N))
+    assert blocks.shape == (*shape[:2], N // 32 * 18)
+
+
 def test_an_expert_without_tokens_has_best_effort() -> None:
     blocks = quantize(WEIGHTS, "q4_0", hessian=[HESSIANS[0], None, HESSIANS[2]])
     np.testing.assert_array_equal(blocks[1], quantize(WEIGHTS[1], "q4_0", effort="best"))
@@ -53,6 +64,7 @@ def test_an_expert_without_tokens_has_best_effort() -> None:
         ({"tokens": [5, 0, 5]}, "matrix 1: a Hessian of 0 tokens"),
         ({"tokens": 1.5}, "whole number"),
         ({"tokens": "many"}, "whole number"),
+        ({"tokens": [[1, 2], [3]]}, "tokens is no whole number, nor an array of them"),
         ({"tokens": [9, 9], "hessian": HESSIANS[0]}, "whole number"),
         ({"lam": "small"}, "a number above 0, not 'small'"),
         ({"lam": -1.0, "hessian": [None, None, None]}, "a number above 0, not -1.0"),
