@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ggplan.errors import CalibrationError, CheckpointError, Error
 from ggplan.model import Model
@@ -70,6 +70,14 @@ _DEFAULTS = CalibrateOptions()
 Converting = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
+class Share(NamedTuple):
+    """Of a text, by its name, how many chunks are run, and how many it has."""
+
+    name: str
+    run: int
+    there: int
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What is told of work that takes long.
@@ -80,10 +88,13 @@ class Watch:
         Called with the chunks that were run, and of how many.
     converting
         Entered with the bytes that a conversion for the engine will read; gives what is told of bytes done.
+    shares
+        Called, before the texts are run, with a `Share` for each of them.
     """
 
     chunks: Progress = lambda done, total: None
     converting: Converting = lambda total: contextlib.nullcontext(lambda n: None)
+    shares: Callable[[Sequence[Share]], None] = lambda shares: None
 
 
 _UNWATCHED = Watch()
@@ -151,6 +162,7 @@ def _calibrated(
     with _engine(model, known, options, folder / WORKING_MODEL, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, _amount(options))
+        watch.shares(_shares(surveyed.tokens, taken, known, options))
         run = begin(
             folder, settings | _measured(engine, surveyed.tokens, taken, known, options), force=options.force
         )
@@ -205,6 +217,7 @@ def calibrate_imatrix(
     with _engine(model, known, options, work, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, _amount(options))
+        watch.shares(_shares(surveyed.tokens, taken, known, options))
         engine.imatrix(taken, path, form or form_of_name(path), watch.chunks)
     return path
 
@@ -273,6 +286,15 @@ def _measured(
         "chunks": sum(map(len, taken)),
         "tokens": sum(map(len, taken)) * options.n_ctx,
     }
+
+
+def _shares(
+    tokens: Sequence[int], taken: Taken, texts: Sequence[Text], options: CalibrateOptions
+) -> list[Share]:
+    return [
+        Share(text.name, len(used), n // options.n_ctx)
+        for text, n, used in zip(texts, tokens, taken, strict=True)
+    ]
 
 
 def _as_known(before: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ggplan.cli.sizes import ByteCount, TokenCount
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggplan.calibrating import CalibrateOptions, EngineName, Watch
+    from ggplan.calibrating import CalibrateOptions, EngineName, Share, Watch
     from ggplan.calibration import Calibration
     from ggplan.imatrix.writing import Form
     from ggplan.model import Model
@@ -177,14 +177,16 @@ def calibrate_command(
     output, options = asked.require_output(), asked.options(force=force)
     found, _ = opening.open(model, weights=True, quiet=quiet)
     _note_model(found, quiet=quiet)
+    _note_context(found, asked.ctx, quiet=quiet)
     _note_texts(asked.texts, quiet=quiet)
-    with orderly_stop(), _watch(quiet) as watch:
+    shares: list[Share] = []
+    with orderly_stop(), _watch(quiet, shares) as watch:
         if asked.imatrix_only:
             path = calibrate_imatrix(found, asked.texts, output, options, form=asked.form, watch=watch)
         else:
             calibration = calibrate(found, asked.texts, output, options, watch=watch)
     if asked.imatrix_only:
-        _tell_imatrix(path, as_json=as_json, quiet=quiet)
+        _tell_imatrix(path, sum(share.run for share in shares), as_json=as_json, quiet=quiet)
     else:
         _tell(calibration, as_json=as_json, quiet=quiet)
 
@@ -229,9 +231,34 @@ def _note_texts(texts: tuple[str, ...], *, quiet: bool) -> None:
         )
 
 
+def _note_shares(shares: Sequence[Share], *, quiet: bool) -> None:
+    """Tell of texts that are too short for an equal share of what is run."""
+    from ggplan.text import plural, printable
+
+    most = max((share.run for share in shares if share.run < share.there), default=0)
+    for share in shares:
+        if share.run == share.there and share.run < most - 1:
+            note(
+                f"{printable(share.name)} has {plural(share.there, 'chunk')} and no more, and {most:,} of "
+                "another text are run: what it stands for counts for less",
+                quiet=quiet,
+            )
+
+
+def _note_context(model: Model, n_ctx: int, *, quiet: bool) -> None:
+    """Tell of chunks that are longer than what the model was trained on."""
+    known = model.metadata.get(f"{model.architecture}.context_length")
+    trained = None if known is None else known.decode()
+    if isinstance(trained, int) and 0 < trained < n_ctx:
+        note(f"the model was trained on {trained:,} tokens, and a chunk has {n_ctx:,} (--ctx)", quiet=quiet)
+
+
 @contextmanager
-def _watch(quiet: bool) -> Iterator[Watch]:
-    """Bars of what takes long, which are gone in the end, however it ends; without a terminal, lines."""
+def _watch(quiet: bool, shares: list[Share]) -> Iterator[Watch]:
+    """Bars of what takes long, which are gone in the end, however it ends; without a terminal, lines.
+
+    `shares` gets what is run of each text.
+    """
     from ggplan.calibrating import Watch
     from ggplan.cli.progress import ChunkLines, chunks_bar, is_shown, progress_bar
 
@@ -240,12 +267,16 @@ def _watch(quiet: bool) -> Iterator[Watch]:
         with progress_bar("converting to bf16", total, quiet=quiet) as progress:
             yield progress
 
+    def note_shares(found: Sequence[Share]) -> None:
+        shares.extend(found)
+        _note_shares(found, quiet=quiet)
+
     if not quiet and not is_shown(quiet):
-        yield Watch(ChunkLines(_RUNNING), converting)
+        yield Watch(ChunkLines(_RUNNING), converting, note_shares)
         return
     bar = _Bar(chunks_bar(quiet=quiet))
     try:
-        yield Watch(bar, converting)
+        yield Watch(bar, converting, note_shares)
     finally:
         bar.stop()
 
@@ -300,7 +331,7 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
     note_coverage(entries, quiet=quiet)
 
 
-def _tell_imatrix(path: Path, *, as_json: bool, quiet: bool) -> None:
+def _tell_imatrix(path: Path, n_run: int, *, as_json: bool, quiet: bool) -> None:
     from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
     from ggplan.imatrix import load_sums
@@ -315,4 +346,10 @@ def _tell_imatrix(path: Path, *, as_json: bool, quiet: bool) -> None:
     elif not quiet:
         print_coverage(entries)
         echo_wrapped(f"{printable(name)}: {plural(len(entries), 'tensor')}, {plural(chunks, 'chunk')}")
+    if chunks != n_run:
+        note(
+            f"{plural(n_run, 'chunk')} of the texts were run; inputs of fewer than 16 tokens at the end of a "
+            "batch are left out, as llama-imatrix does, and the file counts whole chunks",
+            quiet=quiet,
+        )
     note_coverage(entries, quiet=quiet)

@@ -54,16 +54,17 @@ def _row(kind: str, found: Sequence[Coverage]) -> list[str]:
     half = [n for entry in found for n in entry.half if n]
     share = max((share for entry in found for share in entry.share), default=0.0)
     columns = sorted({entry.n_columns for entry in found})
+    of_each = [f"{min(counts):,}", f"{int(median(counts)):,}", f"{max(counts):,}"]
+    of_each += [f"{sum(len(entry.without_data) for entry in found):,}"]
+    of_each += [f"{sum(len(entry.with_few()) for entry in found):,}"]
+    if any(entry.is_counted_as_one for entry in found):
+        of_each = ["?"] * len(of_each)
     return [
         kind,
         f"{len(found):,}",
         "..".join(f"{n:,}" for n in (columns if len(columns) == 1 else (columns[0], columns[-1]))),
         f"{sum(len(entry.share) for entry in found):,}",
-        f"{min(counts):,}",
-        f"{int(median(counts)):,}",
-        f"{max(counts):,}",
-        f"{sum(len(entry.without_data) for entry in found):,}",
-        f"{sum(len(entry.with_few()) for entry in found):,}",
+        *of_each,
         f"{int(median(half)):,} columns" if half else "",
         f"{100 * share:.1f} %",
     ]

@@ -215,6 +215,11 @@ def _feedback(options: PlanningOptions) -> Feedback | None:
         )
     if options.imatrix_path is not None:
         raise click.UsageError("--calibration has an imatrix of its own: leave out --imatrix")
+    if options.correct and options.method == "gptq:act-order":
+        raise click.UsageError(
+            "--correct encodes in the order of columns, and --method gptq:act-order by their importance: "
+            "leave out --correct, or take --method gptq"
+        )
     from ggplan.calibration import open_calibration
     from ggplan.planning import Feedback
     from ggplan.planning.guidance import BROAD_LAMBDA, LAMBDA

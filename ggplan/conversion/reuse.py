@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggplan.conversion.fingerprint import best_revision
-from ggplan.conversion.guides import is_guided_embedding, why_unguided
 from ggplan.conversion.listing import Listing, beside, find_by_header, hashed, list_files, tell_apart
 from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.source_hash import (
@@ -39,7 +38,9 @@ from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.planning.layout import written_shape
+from ggplan.quants.feedback import takes_moments
 from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.text import printable
 
@@ -220,9 +221,8 @@ def _reusable(
         return "without blocks, as fast to encode"
     if listing is None or trouble:
         return trouble
-    feedback = plan.feedback
-    if feedback and is_guided_embedding(feedback, planned) and not why_unguided(feedback, planned):
-        return "encoded for the matrices that read it, which may be others"
+    if plan.feedback is not None and planned.name == EMBEDDING and takes_moments(planned.type):
+        return "with a calibration it depends on the matrices that read it, which may be others"
     if there is None or there.stored is None:
         return "not in the earlier file"
     if written_shape(there.shape) != written_shape(planned.tensor.shape):

@@ -34,6 +34,8 @@ _FEED_FORWARD = (
 )  # fmt: skip
 _BETWEEN = ("token_embd_norm.weight", "position_embd.weight", "token_types.weight")
 """What stands between the embedding and layer 0; in LFM2 the first of them is the norm of the output."""
+_OTHER_NORMS = ("attn_norm_2", "ffn_norm_exps", "pre_ffw_norm_2")
+"""Norms that some of the readers have, of Falcon, Arctic and Gemma 4. In DBRX that is attn_output_norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,12 @@ def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tup
     shared = next((found for name in names if name in there and (found := input_of(name)) is not None), None)
     if shared is None:
         return ()
-    before, between, behind = (
-        there.get(f"blk.0.{name}.weight") for name in ("attn_norm", "ffn_norm", "post_attention_norm")
+    before, between, behind, of_output, *others = (
+        there.get(f"blk.0.{name}.weight")
+        for name in ("attn_norm", "ffn_norm", "post_attention_norm", "attn_output_norm", *_OTHER_NORMS)
     )
+    if any(others) or (of_output and not between):
+        return ()
     # Where attention and feed-forward network stand side by side, both read the first norm.
     second = between or (behind if before is not None else None) or before
     found = {

@@ -29,6 +29,7 @@ from ggplan.text import printable
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
     from ggplan.model import Model, TensorInfo
+    from ggplan.quants.linear_algebra import Moments
 
 Method = Literal["feedback", "gptq", "gptq:act-order"]
 """How moments are used: error feedback and descent, or error feedback alone, perhaps by importance."""
@@ -127,7 +128,8 @@ class Feedback:
 def readings_of_embedding(feedback: Feedback) -> Iterator[tuple[Any, ...]]:
     """For each matrix that reads the embedding what `quants.matrix_moments.Reading` is made of.
 
-    A stack of experts, of which each sees other tokens, has the moments of all tokens of the layer.
+    A stack of experts, of which each sees other tokens, has the moments of all tokens of the layer; where
+    these are not known, the mean of what its experts saw.
     """
     calibration = feedback.calibration
     for reader in feedback.embedding:
@@ -138,8 +140,32 @@ def readings_of_embedding(feedback: Feedback) -> Iterator[tuple[Any, ...]]:
             sum(end - start for start, end in runs),
             reader.gamma(),
             (is_stack, calibration.input_of(name)),
-            partial(calibration.layer_moments, name) if is_stack else partial(calibration.moments, name, 0),
+            partial(_moments_of_stack if is_stack else _moments_of, calibration, name),
         )
+
+
+def _moments_of(calibration: SecondMoments, name: str) -> Moments | None:
+    found: Moments | None = calibration.moments(name, 0)
+    return found
+
+
+def _moments_of_stack(calibration: SecondMoments, name: str) -> Moments | None:
+    """Those of all tokens, or the mean of the experts', each counted by its tokens."""
+    import numpy as np
+
+    from ggplan.quants.linear_algebra import Moments
+
+    found: Moments | None = calibration.layer_moments(name)
+    if found is not None:
+        return found
+    counts, mean = calibration.tokens(name), None
+    for expert, n_tokens in enumerate(counts):
+        one: Moments | None = calibration.moments(name, expert) if n_tokens else None
+        if one is not None:
+            mean = np.zeros_like(one.matrix) if mean is None else mean
+            for row, of_one in zip(mean, one.matrix, strict=True):  # no third matrix
+                row += of_one * np.float32(n_tokens / sum(counts))
+    return None if mean is None else Moments(mean, sum(counts))
 
 
 def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: Imatrix) -> None:
@@ -158,7 +184,8 @@ def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: 
             entry.for_tensor(tensor.shape)
         except ImatrixError:
             has = f"{entry.values.size:,} columns for '{printable(tensor.name)}'"
-            needs = f"{math.prod(tensor.shape[:-2]):,} x {tensor.n_columns:,}"
+            n = math.prod(tensor.shape[:-2])
+            needs = f"{tensor.n_columns:,}" if n == 1 else f"{n:,} x {tensor.n_columns:,}"
             raise PlanError(
                 f"{printable(str(feedback.calibration.path))} is the calibration of another model: it has "
                 f"{has}, which has {needs}",

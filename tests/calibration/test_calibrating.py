@@ -391,6 +391,23 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
+def test_what_of_the_texts_is_run_is_told(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    asked = ["calibrate", DEMO, "--text", texts[0], "--text", texts[1]]
+    equal = run(*asked, "--ctx", "32", "--chunks", "6", "-o", tmp_path / "equal")
+    whole = run(*asked, "--ctx", "32", "-o", tmp_path / "whole")
+    assert "no more" not in equal.stderr + whole.stderr
+    short = run(*asked, "--ctx", "32", "--tokens", "320", "-o", tmp_path / "short")
+    told = (
+        "code.txt has 3 chunks and no more, and 7 of another text are run: what it stands for counts for less"
+    )
+    assert told in " ".join(short.stderr.split())
+    assert "was trained on" not in short.stderr
+    texts[0].write_text("a" * 20_000)
+    engine.n_ctx = 4096
+    asked = ["calibrate", DEMO, "--text", texts[0], "--ctx", "4096", "-o", tmp_path / "long"]
+    assert "the model was trained on 2,048 tokens, and a chunk has 4,096 (--ctx)" in run(*asked).stderr
+
+
 def test_a_line_a_minute_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter([0, 30, 61, 90, 130, 10_000])
     lines = ChunkLines("running the texts", clock=lambda: next(seconds))

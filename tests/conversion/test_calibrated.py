@@ -43,10 +43,10 @@ RNG = np.random.default_rng(5)
 WEIGHTS = {name: RNG.standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
 
 
-def calibrated(folder: Path, seed: int = 0) -> Calibration:
+def calibrated(folder: Path, seed: int = 0, n_tokens: int = TOKENS) -> Calibration:
     """A calibration in which the last expert saw no token."""
     rng = np.random.default_rng(seed)
-    run_ = begin(folder, {"texts": [{"name": "a.txt", "sha256": "5" * 64}], "tokens": TOKENS, "n_ctx": 30})
+    run_ = begin(folder, {"texts": [{"name": "a.txt", "sha256": "5" * 64}], "tokens": n_tokens, "n_ctx": 30})
     assert not isinstance(run_, Calibration)
     run_.write_tokens(np.zeros((3, 30), np.int32))
     collector = LayerCollector(
@@ -56,11 +56,11 @@ def calibrated(folder: Path, seed: int = 0) -> Calibration:
             Activation("ffn_norm", N, (), (GATE, UP), EXPERTS, 1),
             Activation("glu", 32, (), (DOWN,), EXPERTS, 1, True, 1),
         ],
-        TOKENS,
+        n_tokens,
     )
-    mixed = rng.standard_normal((TOKENS, 16)) @ rng.standard_normal((16, N))
-    shared = (mixed + rng.standard_normal((TOKENS, N))).astype(np.float32)
-    routes = rng.integers(0, EXPERTS - 1, (TOKENS, 1)).astype(np.int32)
+    mixed = rng.standard_normal((n_tokens, 16)) @ rng.standard_normal((16, N))
+    shared = (mixed + rng.standard_normal((n_tokens, N))).astype(np.float32)
+    routes = rng.integers(0, EXPERTS - 1, (n_tokens, 1)).astype(np.int32)
     collector.add("attn_norm", shared)
     collector.add("ffn_norm", shared[::-1].copy(), routes)
     collector.add_own("glu", shared[:, :32].copy(), routes.reshape(-1))
@@ -207,8 +207,38 @@ def test_an_embedding_that_is_the_output_matrix_too_has_best_effort(
     calibration: Calibration, tmp_path: Path
 ) -> None:
     model = open_model(write_model(tmp_path / "tied.gguf", UNTIED))
-    plan = make_plan(model, parse_recipe(RECIPE, "a.recipe"), feedback=Feedback(calibration))
+    parsed = parse_recipe(RECIPE, "a.recipe")
+    plan = make_plan(model, parsed, feedback=Feedback(calibration))
     assert unguided(plan)["not in the calibration"] == [EMBEDDING]
+
+    untied = {**UNTIED, OUTPUT: UNTIED[EMBEDDING]}
+    earlier = make_plan(
+        open_model(write_model(tmp_path / "untied.gguf", untied)), parsed, feedback=Feedback(calibration)
+    )
+    earlier_file = ggplan.convert(earlier, tmp_path / "earlier.gguf").path
+    options = ggplan.ConvertOptions(reuse=earlier_file)
+    reused = ggplan.convert(plan, tmp_path / "r.gguf", options).reuse
+    assert reused is not None
+    assert Q in reused.tensors
+    assert EMBEDDING not in reused.tensors, "there it was encoded for the matrices that read it"
+    assert (tmp_path / "r.gguf").read_bytes() == ggplan.convert(plan, tmp_path / "o.gguf").path.read_bytes()
+
+
+def test_experts_whose_hessians_are_kept_read_the_embedding_too(tmp_path: Path) -> None:
+    """Of many tokens there is no input of all of them, but what each expert saw."""
+    calibration = calibrated(tmp_path / "c", n_tokens=6000)
+    assert calibration.layer_moments(UP) is None
+    model = open_model(write_model(tmp_path / "m.gguf", {**UNTIED, OUTPUT: UNTIED[EMBEDDING]}))
+    plan = make_plan(model, parse_recipe(RECIPE, "a.recipe"), feedback=Feedback(calibration))
+    readings = list(starmap(Reading, readings_of_embedding(plan.feedback)))
+    assert len(readings) == 4
+    counts = calibration.tokens(UP)
+    mean = sum(n * calibration.moments(UP, k).matrix.astype(np.float64) for k, n in enumerate(counts) if n)
+    for reading in readings[2:]:
+        found = reading.moments()
+        assert found is not None
+        assert found.tokens == sum(counts) == 6000
+        np.testing.assert_allclose(found.matrix, mean / 6000, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e30])

@@ -221,7 +221,11 @@ def test_experts_of_the_legacy_form_are_told_apart(tmp_path: Path) -> None:
     done = run("imatrix", "inspect", dat)
     assert "blk.0.ffn_down_exps.weight, expert 1: column 4 has 9" in done.stdout
     assert "one count for all experts of a layer, so what each of them saw" in done.stderr
-    assert "one count" not in run("imatrix", "inspect", gguf).stderr
+    row = next(line.split() for line in done.stdout.splitlines() if "down_exps" in line)
+    assert row.count("?") == 5, "what each of them saw is not known"
+    seen = run("imatrix", "inspect", gguf)
+    assert "one count" not in seen.stderr
+    assert "?" not in seen.stdout
     sums = load_sums(dat)
     without = replace(sums, entries={name: sums.entries[name] for name in (UP, DOWN)})
     assert [c.n_columns for c in coverage_of(without)] == [15, 24], "without a router nothing tells"

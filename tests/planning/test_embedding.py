@@ -58,6 +58,11 @@ def inputs(first: str, *others: str) -> dict[str, str]:
         ("attn_q", "ffn_up", "post_attention_norm", "- -"),
         ("ssm_in", "ffn_up_exps", "attn_norm ffn_norm", "a f"),
         ("ssm_in", "ssm_out", "attn_norm", ""),
+        ("attn_q", "ffn_up_exps", "attn_norm attn_output_norm ffn_norm post_ffw_norm", "a f"),  # Grok
+        ("attn_qkv", "ffn_gate_inp ffn_up_exps", "attn_norm attn_output_norm", ""),  # DBRX
+        ("attn_qkv", "ffn_up", "attn_norm attn_norm_2", ""),  # Falcon
+        ("attn_q", "ffn_gate ffn_gate_inp ffn_up_exps", "attn_norm ffn_norm ffn_norm_exps", ""),  # Arctic
+        ("attn_q", "ffn_gate ffn_up_exps", "attn_norm ffn_norm pre_ffw_norm_2", ""),  # Gemma 4
         ("time_mix_key", "channel_mix_key", "attn_norm", ""),
     ],
 )  # fmt: skip
