@@ -48,15 +48,17 @@ class EmbeddingReader:
         The matrix, or stack of matrices, of as many columns as the embedding has.
     norm
         The norm before it, (n,); None where there is none.
+    zeroes
+        Whether weights that are not finite are 0, as the plan writes them.
     """
 
     tensor: TensorInfo
     norm: TensorInfo | None
+    zeroes: bool = False
 
     def gamma(self) -> F32Array | None:
         """The norm's weights (n,); None for ones."""
-        rows = None if self.norm is None else self.norm.rows
-        return None if rows is None else rows.read_float32(0, 1).reshape(-1)
+        return None if self.norm is None else self._by_policy(self.norm, 0, 1).reshape(-1)
 
     def runs(self) -> list[tuple[int, int]]:
         """The first row and the end of runs of its rows; of very many, of some from all over it."""
@@ -77,11 +79,19 @@ class EmbeddingReader:
         CheckpointError
             If they cannot be read.
         """
-        assert self.tensor.rows is not None
-        return self.tensor.rows.read_float32(*run)
+        return self._by_policy(self.tensor, *run)
+
+    def _by_policy(self, tensor: TensorInfo, start: int, stop: int) -> F32Array:
+        import numpy as np
+
+        assert tensor.rows is not None
+        rows = tensor.rows.read_float32(start, stop)
+        return np.where(np.isfinite(rows), rows, np.float32(0)) if self.zeroes else rows
 
 
-def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tuple[EmbeddingReader, ...]:
+def readers_of_embedding(
+    model: Model, input_of: Callable[[str], object], *, zeroes: bool = False
+) -> tuple[EmbeddingReader, ...]:
     """The matrices of layer 0 that read a model's token embedding.
 
     None of them where they are not known or their weights are not at hand, and where the embedding is the
@@ -91,6 +101,8 @@ def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tup
     ----------
     input_of
         What is equal for tensors with the same input; None for tensors that are not known.
+    zeroes
+        Of the readers.
     """
     there = {tensor.name: tensor for tensor in model.tensors}
     embedding = there.get(EMBEDDING)
@@ -109,14 +121,14 @@ def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tup
     # Where attention and feed-forward network stand side by side, both read the first norm.
     second = between or (behind if before is not None else None) or before
     found = {
-        t.name: EmbeddingReader(t, before)
+        t.name: EmbeddingReader(t, before, zeroes)
         for t in model.tensors
         if t.name.startswith("blk.0.") and input_of(t.name) == shared
     }
     for name in _FEED_FORWARD:
         tensor = there.get(f"blk.0.{name}.weight")
         if tensor is not None and input_of(tensor.name) is not None:
-            found.setdefault(tensor.name, EmbeddingReader(tensor, second))
+            found.setdefault(tensor.name, EmbeddingReader(tensor, second, zeroes))
     has_both = any(f"blk.0.{name}.weight" in found for name in _FEED_FORWARD)
     readers = tuple(found.values())
     return readers if has_both and all(_is_whole(r, embedding.n_columns) for r in readers) else ()

@@ -136,6 +136,7 @@ def readings_of_embedding(feedback: Feedback) -> Iterator[tuple[Any, ...]]:
         name, runs = reader.tensor.name, reader.runs()
         is_stack = math.prod(reader.tensor.shape[:-2]) > 1
         yield (
+            name,
             [partial(reader.read, run) for run in runs],
             sum(end - start for start, end in runs),
             reader.gamma(),

@@ -142,7 +142,7 @@ def lay_out(
     if feedback is not None:
         _refuse_other_imatrix(feedback, imatrix)
         calibration = feedback.calibration.for_model(model)
-        embedding = readers_of_embedding(model, calibration.input_of)
+        embedding = readers_of_embedding(model, calibration.input_of, zeroes=nonfinite == "zero")
         feedback = replace(feedback, calibration=calibration, embedding=embedding)
         imatrix = calibration.imatrix
     fitted = fit(model, assignment, table)

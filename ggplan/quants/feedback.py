@@ -194,10 +194,11 @@ def encode_with_moments(
     for start in range(0, len(rows), step):
         some, blocks = rows[start : start + step], out[start : start + step]
         encoder(type, "best")(some, importance, blocks)
-        if type.name in GRID_TYPES:
-            descend(type.name, some, blocks, prepared, method)
-        else:
-            _improve(some, type, LADDERS[type.name], prepared, blocks, method)
+        with np.errstate(all="ignore"):  # errors of huge weights may be beyond float32: best's blocks stay
+            if type.name in GRID_TYPES:
+                descend(type.name, some, blocks, prepared, method)
+            else:
+                _improve(some, type, LADDERS[type.name], prepared, blocks, method)
 
 
 class _Sweeps(NamedTuple):

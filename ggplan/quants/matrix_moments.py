@@ -25,6 +25,8 @@ class Reading(NamedTuple):
 
     Attributes
     ----------
+    name
+        Its tensor's.
     rows
         Its rows in runs (m, n), each read when it is called.
     n_rows
@@ -37,6 +39,7 @@ class Reading(NamedTuple):
         The second moments of the inputs gamma * x, in parts of some mean square of x; None if it saw none.
     """
 
+    name: str
     rows: Sequence[Callable[[], F32Array]]
     n_rows: int
     gamma: F32Array | None
@@ -62,37 +65,51 @@ def prepared_for(
     QuantizationError
         If the matrices that read it are not finite.
     """
-    moments = moments_of(readings, n, threads)
-    if moments is None:
-        raise QuantizationError(
-            f"{name}: the matrices that read it, or the norm before them, are not finite",
-            hint="leave the calibration out, or keep the tensor in a float type",
-        )
+    try:
+        moments = moments_of(readings, n, threads)
+    except QuantizationError as error:
+        raise QuantizationError(f"{name}: {error.message}", hint=error.hint) from error
     found = prepare(moments, lam, threads, by_importance=by_importance, overwrite=True)
     return replace(found, mean_squares=None)
 
 
-def moments_of(readings: Iterable[Reading], n: int, threads: int = 1) -> Moments | None:
+def moments_of(readings: Iterable[Reading], n: int, threads: int = 1) -> Moments:
     """The moments that errors e of x are made small by: the sum of |W (gamma e)|^2 / mean |W (gamma x)|^2.
 
-    The error of each product counts in parts of the product; matrices that give nothing do not count. None
-    where something is not finite.
+    The error of each product counts in parts of the product; matrices that give nothing do not count.
+
+    Raises
+    ------
+    QuantizationError
+        If a matrix, or what is made of it, is not finite.
     """
     sums = MomentSums(n, threads)
     with np.errstate(over="ignore", invalid="ignore"):
         for reading, energy in _energies(readings, threads):
             if not math.isfinite(energy):
-                return None
+                raise _not_finite(reading.name)
             if energy > 0:
                 scale = np.float32(1 / math.sqrt(energy))
                 gamma = scale if reading.gamma is None else reading.gamma * scale
                 for run in reading.rows:
-                    sums.add(run() * gamma)
+                    rows = run() * gamma
+                    if not np.isfinite(rows).all():
+                        raise _not_finite(reading.name)
+                    sums.add(rows)
         matrix = sums.finished().matrix
         mean = math.fsum(matrix.diagonal().tolist()) / n
         if mean > 0:
             matrix /= np.float32(mean)
-    return Moments(matrix, _TOKENS * n) if np.isfinite(matrix).all() else None
+    if not np.isfinite(matrix).all():
+        raise _not_finite("one of the matrices")
+    return Moments(matrix, _TOKENS * n)
+
+
+def _not_finite(name: str) -> QuantizationError:
+    return QuantizationError(
+        f"{name}, which reads it, or the norm before that has weights that are not finite, or far too large",
+        hint="leave the calibration out, or keep the tensor in a float type",
+    )
 
 
 def _energies(readings: Iterable[Reading], threads: int) -> Iterable[tuple[Reading, float]]:

@@ -80,3 +80,11 @@ def test_what_does_not_fit_is_told(change: dict[str, object], told: str) -> None
     given: dict[str, object] = {"rows": WEIGHTS, "type": "q4_0", "hessian": HESSIANS, **change}
     with pytest.raises(QuantizationError, match=told):
         quantize(**given)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("type", ["q4_0", "q4_K", "q6_K", "iq4_nl", "iq3_s"])
+def test_huge_weights_are_encoded_without_a_warning(type: str) -> None:
+    rows = RNG.standard_normal((2, 256)).astype(np.float32) * np.float32(1e30)
+    best = quantize(rows, type, np.ones(256), effort="best")
+    np.testing.assert_array_equal(quantize(rows, type, hessian=np.eye(256)), best)
