@@ -28,7 +28,11 @@ from ggplan.quants.linear_algebra import (
 )
 
 F32Array = NDArray[np.float32]
-DAMPING = 0.05
+_DAMPING, _OF_FEW_TOKENS = 0.05, 0.2
+"""lam is the first, and for N tokens of n columns n / N of the second more: what few tokens say of n columns
+is partly chance. KL divergence of Q2_K in parts of best effort's, without the second and with it: 0.40 and
+0.36 for a trained mixture of experts of 256 columns with 4k tokens, 0.32 and 0.30 with 16k; for two models of
+random weights with 4k 0.73 and 0.70, 0.56 and 0.53; on text of another kind 1.26 and 1.21, 1.07 and 0.99."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +67,14 @@ class Correction:
         return found
 
     def _damped(self) -> F32Array:
-        """H with `DAMPING` of its mean diagonal added to the diagonal."""
+        """H with lam of its mean diagonal added to the diagonal."""
         matrix = self.moments.matrix
         damped = new_matrix(*matrix.shape)
         damped[:] = matrix
         diagonal = matrix.diagonal()
         mean = math.fsum(diagonal.tolist()) / len(matrix)
-        damped.flat[:: len(matrix) + 1] = diagonal + np.float32(DAMPING * mean) if mean > 0 else np.float32(1)
+        lam = _DAMPING + _OF_FEW_TOKENS * len(matrix) / self.moments.tokens
+        damped.flat[:: len(matrix) + 1] = diagonal + np.float32(lam * mean) if mean > 0 else np.float32(1)
         return damped
 
 

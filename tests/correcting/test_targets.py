@@ -31,7 +31,7 @@ def test_the_target_is_the_damped_least_squares_solution(
     found = correction(quantized, original)
     h = quantized.T.astype(np.float64) @ quantized / N
     c = original.T.astype(np.float64) @ quantized / N
-    damped = h + 0.05 * np.trace(h) / COLUMNS * np.eye(COLUMNS)
+    damped = h + (0.05 + 0.2 * COLUMNS / N) * np.trace(h) / COLUMNS * np.eye(COLUMNS)
     wanted = weights + np.linalg.solve(damped, (weights @ (c - h)).T).T
     np.testing.assert_allclose(found.target(weights), wanted, rtol=2e-3, atol=2e-3)
     assert found.moments.tokens == N
