@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -51,7 +51,8 @@ class CalibrateOptions:
     threads
         Threads; by default the engine's own choice.
     process_output
-        Collect the input of output.weight too, as llama-imatrix does with --process-output.
+        Collect the input of output.weight too, as llama-imatrix does with --process-output; nothing where the
+        model has none.
     force
         Replace what is in the folder (or file) of another run.
     """
@@ -132,7 +133,7 @@ def calibrate(
     from ggplan.calibration.run import locked, remove_working
 
     model = _opened(model)
-    known = _texts(texts, options)
+    known, options = _texts(texts, options), _fitting(options, model)
     folder = Path(output)
     with locked(folder):
         calibration = _calibrated(model, known, folder, options, watch)
@@ -205,7 +206,7 @@ def calibrate_imatrix(
     from ggplan.imatrix.writing import form_of_name
 
     model = _opened(model)
-    known = _texts(texts, options)
+    known, options = _texts(texts, options), _fitting(options, model)
     path = Path(output)
     if path.is_dir():
         raise CalibrationError(f"{shown(path)} is a folder", hint="name a file")
@@ -230,6 +231,16 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[Text]
             f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
         )
     return read_texts(texts, _amount(options))
+
+
+def has_output(model: Model) -> bool:
+    """Whether a model has an output matrix of its own; in others the embedding is that too."""
+    return any(tensor.name == "output.weight" for tensor in model.tensors)
+
+
+def _fitting(options: CalibrateOptions, model: Model) -> CalibrateOptions:
+    """The options without what is not there in a model."""
+    return replace(options, process_output=options.process_output and has_output(model))
 
 
 def _amount(options: CalibrateOptions) -> Amount:

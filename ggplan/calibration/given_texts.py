@@ -89,8 +89,14 @@ def read_texts(texts: Sequence[str | Path], amount: Amount) -> list[Text]:
     return found
 
 
-def _read_text(name: str, path: Path, n_ctx: int) -> Text:
-    """A text; what no tokenizer can make a chunk of is refused."""
+def read_text(path: Path) -> bytes:
+    """What is in a text, which is UTF-8.
+
+    Raises
+    ------
+    CalibrationError
+        If it cannot be read, or is something else.
+    """
     try:
         raw = read_whole(path, TEXT_LIMIT)
     except CheckpointError as error:
@@ -109,6 +115,12 @@ def _read_text(name: str, path: Path, n_ctx: int) -> Text:
             f"{shown(path)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start:,}",
             hint="write it in UTF-8 (`iconv -f latin1 -t utf-8`, if it is in Latin-1)",
         ) from None
+    return raw
+
+
+def _read_text(name: str, path: Path, n_ctx: int) -> Text:
+    """A text; what no tokenizer can make a chunk of is refused."""
+    raw = read_text(path)
     if len(raw) + 1 < n_ctx:  # a token for each byte, and one that begins the text
         raise CalibrationError(
             f"{shown(path)} has {len(raw):,} bytes, and a chunk is of {n_ctx:,} tokens",

@@ -167,7 +167,10 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         run.folder.mkdir(exist_ok=True)
         there = {entry.name for entry in run.folder.iterdir()}
     except OSError as error:
-        raise cannot_write(run.folder, error) from error
+        raise CalibrationError(
+            f"cannot make the folder {shown(folder)}: {error.strerror or error}",
+            hint="name one in a folder that is there and can be written to",
+        ) from error
     before = settings_there(run.folder)
     require_free(run.folder, before, settings, force=force)
     if before is not None and sha256_of_json(before) == run.digest:

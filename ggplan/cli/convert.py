@@ -110,10 +110,9 @@ class WritingOptions:
 @click.option(
     "--memory",
     type=ByteCount(1024),
-    show_default="1G, with --calibration 8G",
     metavar="SIZE",
     help="Memory for weights being converted, besides the program's own; with --calibration for moments too, "
-    "but for one Hessian (4 n^2 bytes for n columns) a thread.",
+    "but for one Hessian (4 n^2 bytes for n columns) a thread [default: 1G, with --calibration 8G].",
 )
 @click.option(
     "--split-max-size",

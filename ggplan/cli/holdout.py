@@ -108,7 +108,7 @@ def prepared(plan: Plan, output: str, asked: HoldoutOptions) -> Prepared | None:
     from ggplan.cli.optimize_probes import engine_of
     from ggplan.measure import open_record
     from ggplan.measure.outputs import find_same
-    from ggplan.probing.holdout import refuse_used
+    from ggplan.probing.holdout import refuse_unfit
     from ggplan.text import printable
 
     texts: list[Path] = []
@@ -118,7 +118,7 @@ def prepared(plan: Plan, output: str, asked: HoldoutOptions) -> Prepared | None:
         there = find_same(Path(asked.record), [*texts, *map(Path, plan.model.files), Path(output)])
         if there is not None:
             raise click.UsageError(f"--record would overwrite {printable(str(there))}")
-    refuse_used(plan, texts)
+    refuse_unfit(plan, texts)
     engine = engine_of(asked.engine, asked.engine_args)
     if asked.record is not None:
         with open_record(asked.record):  # can it be added to?

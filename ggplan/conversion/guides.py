@@ -187,6 +187,8 @@ def why_unguided(feedback: Feedback, planned: PlannedTensor) -> str:
     if is_guided_embedding(feedback, planned):
         return ""
     tokens = feedback.calibration.tokens(planned.name)
+    if planned.name == EMBEDDING and not tokens:
+        return "looked up, and it is the output matrix too or what else reads it is not known"
     if len(tokens) != math.prod(planned.tensor.shape[:-2]):
         return "not in the calibration"
     return "" if any(tokens) else "no token was seen"

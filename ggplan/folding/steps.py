@@ -148,8 +148,9 @@ def _notes(wish: Fold, sites: list[Site], done: Mapping[str, Chosen]) -> list[st
         alphas = sorted({each.alpha for each in done.values()})
         told += f", alpha {alphas[0]:g}" + (f" to {alphas[-1]:g}" if len(alphas) > 1 else "")
     if len(done) < len(sites):
-        why = ", no exponent helps" if wish.method == "awq" and wish.alpha is None else ""
-        told += f"; at the others the calibration has no input, no matrix gets quantized{why}"
+        why = ["the calibration has no input", "no matrix gets quantized"]
+        why += ["no exponent helps"] if wish.method == "awq" and wish.alpha is None else []
+        told += f"; at the others {', '.join(why[:-1])} or {why[-1]}"
     notes = [told]
     if by_rms := sum(each.by_rms for each in done.values()):
         notes.append(

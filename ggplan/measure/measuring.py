@@ -365,12 +365,23 @@ def _check_lengths(texts: Sequence[_Text], kept: _KeptBase | None, options: Meas
         with BaseLogits(kept.state.path) as logits:
             n_ctx = logits.chunked.n_ctx
     for text in texts:
-        if text.state.n_bytes + MAX_ADDED_TOKENS < MIN_CHUNKS * n_ctx:
-            raise MeasureError(
-                f"{printable(text.facts.name)} is too short: it has {text.state.n_bytes:,} bytes, which are"
-                f" fewer than the tokens of {MIN_CHUNKS} chunks of {n_ctx:,}",
-                hint=LONGER_TEXT,
-            )
+        refuse_short(text.facts.name, text.state.n_bytes, n_ctx)
+
+
+def refuse_short(name: str, n_bytes: int, n_ctx: int) -> None:
+    """Refuse a text of so many bytes if they are too few for the least chunks of so many tokens.
+
+    Raises
+    ------
+    MeasureError
+        If they are.
+    """
+    if n_bytes + MAX_ADDED_TOKENS < MIN_CHUNKS * n_ctx:
+        raise MeasureError(
+            f"{printable(name)} is too short: it has {n_bytes:,} bytes, which are fewer than the tokens of"
+            f" {MIN_CHUNKS} chunks of {n_ctx:,}",
+            hint=LONGER_TEXT,
+        )
 
 
 def _check_output(keep: Path | None, opened: Sequence[Subject], texts: Sequence[_Text]) -> None:

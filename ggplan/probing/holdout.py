@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ggplan.calibration.given_texts import read_text
 from ggplan.conversion import ConvertOptions, convert
 from ggplan.errors import PlanError
 from ggplan.measure import (
@@ -30,7 +31,7 @@ from ggplan.measure import (
     measure,
     open_subjects,
 )
-from ggplan.measure.measuring import Keep, Watcher
+from ggplan.measure.measuring import DEFAULT_CONTEXT, Keep, Watcher, refuse_short
 from ggplan.measure.subjects import read_state
 from ggplan.planning import Plan, lay_out, make_plan
 from ggplan.probing.verifying import Written
@@ -79,15 +80,15 @@ class HeldOut:
         return "gained" if self.lead.value < 0 else "lost"
 
 
-def refuse_used(plan: Plan, texts: Sequence[Path]) -> None:
-    """Refuse texts that the plan's calibration was made of: on them it gains in any case.
+def refuse_unfit(plan: Plan, texts: Sequence[Path], n_ctx: int = DEFAULT_CONTEXT) -> None:
+    """Refuse texts that the calibration was made of, on which it gains in any case, and what is no text.
 
     Raises
     ------
     PlanError
         If one was used, two are one, or the plan goes by no calibration.
-    MeasureError
-        If one cannot be read.
+    CalibrationError, MeasureError
+        If one cannot be read, is not UTF-8, or is too short to be measured.
     """
     if plan.feedback is None:
         raise PlanError("the plan goes by no calibration, so there is nothing to hold out")
@@ -96,6 +97,7 @@ def refuse_used(plan: Plan, texts: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for path in texts:
         digest = read_state(path).sha256
+        refuse_short(path.name, len(read_text(path)), n_ctx)
         if digest in used:
             raise PlanError(
                 f"{printable(str(path))} cannot be held out: the calibration was made of it"
@@ -153,9 +155,9 @@ def hold_out(
     Raises
     ------
     PlanError, ConversionError, MeasureError, CheckpointError
-        As `refuse_used`, `ggplan.convert` and `ggplan.measure.measure`.
+        As `refuse_unfit`, `ggplan.convert` and `ggplan.measure.measure`.
     """
-    refuse_used(plan, texts)
+    refuse_unfit(plan, texts, options.n_ctx or DEFAULT_CONTEXT)
     how = ConvertOptions(threads=converting.threads, memory=converting.memory, allow_requantize=True)
     best = folder / f"{path.name.removesuffix('.gguf')}-best.gguf"
     base = _base(plan)

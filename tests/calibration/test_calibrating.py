@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -406,6 +407,24 @@ def test_what_of_the_texts_is_run_is_told(tmp_path: Path, texts: list[Path], eng
     engine.n_ctx = 4096
     asked = ["calibrate", DEMO, "--text", texts[0], "--ctx", "4096", "-o", tmp_path / "long"]
     assert "the model was trained on 2,048 tokens, and a chunk has 4,096 (--ctx)" in run(*asked).stderr
+
+
+def test_a_model_without_an_output_matrix_has_no_input_of_it(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    options = CalibrateOptions(n_ctx=32, process_output=True)
+    model = ggplan.open_model(DEMO, pre="glm4", weights=True)
+    found = calibrate(model, texts, tmp_path / "untied", options)
+    assert found.provenance["process_output"] is True
+    tied = replace(model, tensors=tuple(t for t in model.tensors if t.name != "output.weight"))
+    found = calibrate(tied, texts, tmp_path / "tied", options)
+    assert found.provenance["process_output"] is False
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    with pytest.raises(CalibrationError, match=r"cannot make the folder .*nowhere/c: No such file") as told:
+        calibrate(DEMO, texts, tmp_path / "nowhere" / "c", CalibrateOptions(n_ctx=32))
+    assert "that is there and can be written to" in told.value.hint
 
 
 def test_a_line_a_minute_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.run import begin
 from ggplan.calibration.shipped import shipped_texts
 from ggplan.cli.holdout import print_holdout
+from ggplan.errors import MeasureError
 from ggplan.measure import Lead, Metric, load_record, measure
 from ggplan.measure.subjects import read_state
 from ggplan.probing import HeldOut
@@ -113,6 +116,8 @@ def test_the_table_and_the_shipped_texts(
         (["--calibration", "c", "--holdout", "copy.txt"], 1, "the calibration was made of it (used.txt"),
         (["--calibration", "c", "--holdout", "a.txt", "--holdout", "a.txt"], 1, "are one text"),
         (["--calibration", "c", "--holdout", "none.txt"], 1, "none.txt"),
+        (["--calibration", "c", "--holdout", "short.txt"], 1, "short.txt is too short: it has 12 bytes"),
+        (["--calibration", "c", "--holdout", "latin1.txt"], 1, "latin1.txt is not UTF-8: byte 0xe9"),
         (["--calibration", "c", "--holdout", "a.txt", "--record", "a.txt"], 2, "--record would overwrite"),
         (["--holdout", "a.txt"], 2, "--holdout is for --calibration"),
         (["--calibration", "c", "--chunks", "3", "--record", "r"], 2, "--chunks, --record are for --holdout"),
@@ -122,15 +127,21 @@ def test_what_cannot_be_held_out_is_refused_before_work(
     here: Path, asked: list[str], code: int, told: str
 ) -> None:
     Path("copy.txt").write_bytes(Path("used.txt").read_bytes())
+    Path("short.txt").write_text("twelve bytes")
+    Path("latin1.txt").write_bytes("é".encode("latin1") * 2000)
     done = run("convert", "tiny.gguf", "out.gguf", "-r", "q3.recipe", *asked)
     assert (done.returncode, told in done.stderr) == (code, True), done.stderr
     assert not list(here.glob("out.gguf*"))
 
 
-def test_the_file_stays_where_measuring_fails(here: Path) -> None:
-    Path("short.txt").write_text("a")
+def test_the_file_stays_where_measuring_fails(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*arguments: object) -> NoReturn:
+        raise MeasureError("the engine ended")
+
+    engine = replace(weighing_engine(WEIGHTS, {}, []), run_base=ends)
+    monkeypatch.setattr("ggplan.cli.optimize_probes.engine_of", lambda program, arguments: engine)
     asked = ["convert", "tiny.gguf", "out.gguf", "-r", "q3.recipe", "--calibration", "c"]
-    done = run(*asked, "--holdout", "short.txt")
+    done = run(*asked, "--holdout", "a.txt")
     assert (done.returncode, "out.gguf is whole" in done.stderr) == (1, True), done.stderr
     assert sorted(p.name for p in here.glob("*out*")) == ["out.gguf", "out.gguf.sha256"]
 
