@@ -369,13 +369,7 @@ def _check_lengths(texts: Sequence[_Text], kept: _KeptBase | None, options: Meas
 
 
 def refuse_short(name: str, n_bytes: int, n_ctx: int) -> None:
-    """Refuse a text of so many bytes if they are too few for the least chunks of so many tokens.
-
-    Raises
-    ------
-    MeasureError
-        If they are.
-    """
+    """Raise MeasureError if a text has too few bytes for the least number of chunks of so many tokens."""
     if n_bytes + MAX_ADDED_TOKENS < MIN_CHUNKS * n_ctx:
         raise MeasureError(
             f"{printable(name)} is too short: it has {n_bytes:,} bytes, which are fewer than the tokens of"
