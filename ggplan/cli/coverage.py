@@ -40,7 +40,7 @@ def print_coverage(entries: Sequence[Coverage], *, every: bool = False, quiet: b
     print_table(
         columns,
         (_row(kind, found) for kind, found in kinds.items()),
-        least=("count", "most", "matrices", "columns", "half of energy in", "median"),
+        least=("count", "most", "columns", "half of energy in", "median", "largest column", "matrices"),
         quiet=quiet,
     )
 
