@@ -10,6 +10,7 @@ that all share. To add one, write such a module: see `docs/models.md`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,13 @@ from ggplan.sources.tensors import CheckpointTensor
 _BY_LLAMA_CPP = "let llama.cpp's converter read it: `--converter DIR`, where DIR is a tree of llama.cpp"
 _BODY = ("model.", "lm_head.")
 # Keys of config.json that announce biases, and what the names of such tensors contain.
+_NORMALIZES = {
+    **dict.fromkeys(("qwen3moe", "qwen3vlmoe", "qwen3next", "qwen35moe"), True),
+    **dict.fromkeys(("qwen2moe", "olmoe"), False),
+}
+"""Whether llama.cpp divides the chances of the experts that are used by their sum."""
+_BY_HEADS = {"gemma2": 46, "gemma3": 62}
+"""Layers of the models whose products of q and k llama.cpp divides by the root of columns a head."""
 _BIAS_KEYS = {
     "attention_bias": "attn",
     "qkv_bias": "attn",
@@ -98,6 +106,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         *checkpoint.notes,
         *_miscounted(stated, counted),
         *_notes(config, [*stored, *(t.name for t in tensors)], left_out),
+        *_computed_otherwise(architecture.name, config),
         *_unreadable(checkpoint),
         *tokenizer.notes,
     )
@@ -173,6 +182,28 @@ def _notes(config: Config, names: Collection[str], left_out: Sequence[Checkpoint
             "than the original one gives wrong results"
         )
     return tuple(notes)
+
+
+def _computed_otherwise(architecture: str, config: Config) -> list[str]:
+    """Notes about what config.json says and llama.cpp, which has no key for it, computes in one way only.
+
+    `src/models` of llama.cpp b11434: what `build_moe_ffn` is told, and Gemma's `f_attention_scale`.
+    """
+    values = config.values
+    right: dict[str, object] = {}
+    if architecture in _NORMALIZES:
+        right["norm_topk_prob"] = _NORMALIZES[architecture]
+    if architecture in _BY_HEADS:
+        head, width, heads = (values.get(k) for k in ("head_dim", "hidden_size", "num_attention_heads"))
+        if values.get("num_hidden_layers") == _BY_HEADS[architecture]:
+            head = width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
+        right["query_pre_attn_scalar"] = head
+    return [
+        f"{config.where} says {key} {shown(json.dumps(values[key])[:40])}, but llama.cpp computes this "
+        f"architecture with {json.dumps(value)}: its results are not the model's"
+        for key, value in right.items()
+        if value is not None and values.get(key) not in (None, value)
+    ]
 
 
 def _miscounted(config: Config, counted: Mapping[str, object]) -> list[str]:

@@ -96,3 +96,30 @@ def test_a_module_of_several_architectures_names_the_models_of_each() -> None:
         assert set(getattr(module, "MODELS", {})) == (names if len(names) > 1 else set()), module.__name__
         for name, models in getattr(module, "MODELS", {}).items():
             assert f"| `{name}` | {models} |" in page, "run tools/make_docs.py"
+
+
+@pytest.mark.parametrize(
+    ("case", "said", "told"),
+    [
+        ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob false, but llama.cpp computes .* with true"),
+        ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob true, but llama.cpp computes .* with false"),
+        (
+            "gemma3",
+            {"query_pre_attn_scalar": 100},
+            "query_pre_attn_scalar 100, but llama.cpp .* with 32",
+        ),
+        ("qwen3moe", {"norm_topk_prob": True}, ""),
+        ("olmoe", {"norm_topk_prob": False}, ""),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_noted(
+    tmp_path: Path, case: str, said: dict[str, object], told: str
+) -> None:
+    folder = write_case(tmp_path, read_case(case))
+    config = json.loads((folder / "config.json").read_text())
+    config.update(said)
+    (folder / "config.json").write_text(json.dumps(config))
+    model = to_gguf(open_checkpoint(folder), pre="glm4")
+    notes = [note for note in model.notes if "its results are not the model's" in note]
+    assert len(notes) == bool(told)
+    assert re.search(told, "".join(notes))
