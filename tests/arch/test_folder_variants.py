@@ -25,7 +25,7 @@ NOTED = {
     ],
     "no_head_though_untied": ["says tie_word_embeddings false, but there is no lm_head.weight"],
     "longrope": ["llama.cpp uses no longrope factors"],
-    "su": ["llama.cpp uses no longrope factors"],
+    "su": ["llama.cpp uses no longrope factors", "says norm_topk_prob false, but llama.cpp computes"],
     "modelopt": ["no weights depend on 21 tensors"],
     "modelopt_by_rows": ["no weights depend on 42 tensors"],
     "biases_that_are_not_there": ["says attention_bias, but", "says mlp_bias, but"],
