@@ -97,13 +97,14 @@ def prepared(plan: Plan, output: str, asked: HoldoutOptions) -> Prepared | None:
     ------
     PlanError
         If the calibration was made of a text.
-    MeasureError
-        If a text or record cannot be read, or there is no engine.
+    CalibrationError, MeasureError
+        If a text or record cannot be read, a text is not UTF-8 or too short, or there is no engine.
     """
     if not asked.holdouts:
         return None
     from pathlib import Path
 
+    from ggplan.calibration.given_texts import read_text
     from ggplan.calibration.shipped import DEFAULT, shipped_holdouts
     from ggplan.cli.optimize_probes import engine_of
     from ggplan.measure import open_record
@@ -118,6 +119,8 @@ def prepared(plan: Plan, output: str, asked: HoldoutOptions) -> Prepared | None:
         there = find_same(Path(asked.record), [*texts, *map(Path, plan.model.files), Path(output)])
         if there is not None:
             raise click.UsageError(f"--record would overwrite {printable(str(there))}")
+    for text in texts:
+        read_text(text)
     refuse_unfit(plan, texts)
     engine = engine_of(asked.engine, asked.engine_args)
     if asked.record is not None:

@@ -29,7 +29,6 @@ from ggplan.text import printable
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
     from ggplan.model import Model, TensorInfo
-    from ggplan.quants.linear_algebra import Moments
 
 Method = Literal["feedback", "gptq", "gptq:act-order"]
 """How moments are used: error feedback and descent, or error feedback alone, perhaps by importance."""
@@ -141,32 +140,9 @@ def readings_of_embedding(feedback: Feedback) -> Iterator[tuple[Any, ...]]:
             sum(end - start for start, end in runs),
             reader.gamma(),
             (is_stack, calibration.input_of(name)),
-            partial(_moments_of_stack if is_stack else _moments_of, calibration, name),
+            partial(calibration.layer_moments, name) if is_stack else partial(calibration.moments, name, 0),
+            [(n, partial(calibration.moments, name, k)) for k, n in enumerate(calibration.tokens(name)) if n],
         )
-
-
-def _moments_of(calibration: SecondMoments, name: str) -> Moments | None:
-    found: Moments | None = calibration.moments(name, 0)
-    return found
-
-
-def _moments_of_stack(calibration: SecondMoments, name: str) -> Moments | None:
-    """Those of all tokens, or the mean of the experts', each counted by its tokens."""
-    import numpy as np
-
-    from ggplan.quants.linear_algebra import Moments
-
-    found: Moments | None = calibration.layer_moments(name)
-    if found is not None:
-        return found
-    counts, mean = calibration.tokens(name), None
-    for expert, n_tokens in enumerate(counts):
-        one: Moments | None = calibration.moments(name, expert) if n_tokens else None
-        if one is not None:
-            mean = np.zeros_like(one.matrix) if mean is None else mean
-            for row, of_one in zip(mean, one.matrix, strict=True):  # no third matrix
-                row += of_one * np.float32(n_tokens / sum(counts))
-    return None if mean is None else Moments(mean, sum(counts))
 
 
 def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: Imatrix) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ggplan.calibration.given_texts import read_text
 from ggplan.conversion import ConvertOptions, convert
 from ggplan.errors import PlanError
 from ggplan.measure import (
@@ -81,14 +80,14 @@ class HeldOut:
 
 
 def refuse_unfit(plan: Plan, texts: Sequence[Path], n_ctx: int = DEFAULT_CONTEXT) -> None:
-    """Refuse texts that the calibration was made of, on which it gains in any case, and what is no text.
+    """Refuse texts that the calibration was made of, on which it gains in any case, and what is too short.
 
     Raises
     ------
     PlanError
         If one was used, two are one, or the plan goes by no calibration.
-    CalibrationError, MeasureError
-        If one cannot be read, is not UTF-8, or is too short to be measured.
+    MeasureError
+        If one cannot be read, or is too short to be measured.
     """
     if plan.feedback is None:
         raise PlanError("the plan goes by no calibration, so there is nothing to hold out")
@@ -96,8 +95,9 @@ def refuse_unfit(plan: Plan, texts: Sequence[Path], n_ctx: int = DEFAULT_CONTEXT
     used = {t.get("sha256"): t.get("name") for t in made_of if isinstance(t, Mapping)}
     seen: dict[str, Path] = {}
     for path in texts:
-        digest = read_state(path).sha256
-        refuse_short(path.name, len(read_text(path)), n_ctx)
+        state = read_state(path)
+        digest = state.sha256
+        refuse_short(path.name, state.n_bytes, n_ctx)
         if digest in used:
             raise PlanError(
                 f"{printable(str(path))} cannot be held out: the calibration was made of it"

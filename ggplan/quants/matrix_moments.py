@@ -36,7 +36,10 @@ class Reading(NamedTuple):
     input
         Equal for matrices with the same input.
     moments
-        The second moments of the inputs gamma * x, in parts of some mean square of x; None if it saw none.
+        The second moments of the inputs gamma * x, in parts of some mean square of x; None if it saw none, or
+        if only what each slice of a stack saw is known.
+    slices
+        The tokens that slices saw, and their moments.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Reading(NamedTuple):
     gamma: F32Array | None
     input: Hashable
     moments: Callable[[], Moments | None]
+    slices: Sequence[tuple[int, Callable[[], Moments | None]]] = ()
 
 
 def prepared_for(
@@ -105,6 +109,17 @@ def moments_of(readings: Iterable[Reading], n: int, threads: int = 1) -> Moments
     return Moments(matrix, _TOKENS * n)
 
 
+def _mean(slices: Sequence[tuple[int, Callable[[], Moments | None]]]) -> Moments | None:
+    """The mean of several moments, each counted by its tokens."""
+    n_tokens, mean = sum(n for n, _ in slices), None
+    for n, moments in slices:
+        if (one := moments()) is not None:
+            mean = np.zeros_like(one.matrix) if mean is None else mean
+            for row, of_one in zip(mean, one.matrix, strict=True):  # no third matrix
+                row += of_one * np.float32(n / n_tokens)
+    return None if mean is None else Moments(mean, n_tokens)
+
+
 def _not_finite(name: str) -> QuantizationError:
     return QuantizationError(
         f"{name}, which reads it, or the norm before that has weights that are not finite, or far too large",
@@ -121,7 +136,7 @@ def _energies(readings: Iterable[Reading], threads: int) -> Iterable[tuple[Readi
     for reading in readings:
         if of is None or reading.input != of:
             del moments  # one at a time
-            moments, of = reading.moments(), reading.input
+            moments, of = reading.moments() or _mean(reading.slices), reading.input
         total, n_rows = 0.0, 0
         every = -(-len(reading.rows) // _SAMPLED)
         for run in reading.rows[::every] if moments is not None else ():
