@@ -146,7 +146,6 @@ def _calibrated(
 ) -> Calibration:
     """The calibration in a folder that no other run has, made or opened."""
     from ggplan.calibration.folder import Calibration
-    from ggplan.calibration.given_texts import taken_chunks
     from ggplan.calibration.index import INDEX
     from ggplan.calibration.marks import marks_of
     from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there, telling_kept
@@ -162,8 +161,7 @@ def _calibrated(
     require_free(folder, comparable, settings, force=options.force)
     with _engine(model, known, options, folder / WORKING_MODEL, watch) as engine:
         surveyed = engine.survey()
-        taken = taken_chunks(surveyed.tokens, known, _amount(options))
-        watch.shares(_shares(surveyed.tokens, taken, known, options))
+        taken = _taken(surveyed.tokens, known, options, watch)
         run = begin(
             folder, settings | _measured(engine, surveyed.tokens, taken, known, options), force=options.force
         )
@@ -201,7 +199,6 @@ def calibrate_imatrix(
     ------
     As `calibrate`.
     """
-    from ggplan.calibration.given_texts import taken_chunks
     from ggplan.calibration.run import WORKING_MODEL
     from ggplan.imatrix.writing import form_of_name
 
@@ -217,8 +214,7 @@ def calibrate_imatrix(
     work = path.with_name(f"{path.name}.{WORKING_MODEL}")
     with _engine(model, known, options, work, watch) as engine:
         surveyed = engine.survey()
-        taken = taken_chunks(surveyed.tokens, known, _amount(options))
-        watch.shares(_shares(surveyed.tokens, taken, known, options))
+        taken = _taken(surveyed.tokens, known, options, watch)
         engine.imatrix(taken, path, form or form_of_name(path), watch.chunks)
     return path
 
@@ -233,14 +229,9 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[Text]
     return read_texts(texts, _amount(options))
 
 
-def has_output(model: Model) -> bool:
-    """Whether a model has an output matrix of its own; in others the embedding is that too."""
-    return any(tensor.name == "output.weight" for tensor in model.tensors)
-
-
 def _fitting(options: CalibrateOptions, model: Model) -> CalibrateOptions:
     """The options without what is not there in a model."""
-    return replace(options, process_output=options.process_output and has_output(model))
+    return replace(options, process_output=options.process_output and "output.weight" in model)
 
 
 def _amount(options: CalibrateOptions) -> Amount:
@@ -299,13 +290,20 @@ def _measured(
     }
 
 
-def _shares(
-    tokens: Sequence[int], taken: Taken, texts: Sequence[Text], options: CalibrateOptions
-) -> list[Share]:
-    return [
-        Share(text.name, len(used), n // options.n_ctx)
-        for text, n, used in zip(texts, tokens, taken, strict=True)
-    ]
+def _taken(
+    tokens: Sequence[int], texts: Sequence[Text], options: CalibrateOptions, watch: Watch
+) -> list[list[int]]:
+    """The numbers of the chunks of each text that are run; tells how many there are."""
+    from ggplan.calibration.given_texts import taken_chunks
+
+    taken = taken_chunks(tokens, texts, _amount(options))
+    watch.shares(
+        [
+            Share(text.name, len(used), n // options.n_ctx)
+            for text, n, used in zip(texts, tokens, taken, strict=True)
+        ]
+    )
+    return taken
 
 
 def _as_known(before: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def calibrate_command(
 
     Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
     """
-    from ggplan.calibrating import calibrate, calibrate_imatrix, has_output
+    from ggplan.calibrating import calibrate, calibrate_imatrix
     from ggplan.cli.outliers import print_outliers
     from ggplan.cli.signals import orderly_stop
 
@@ -179,7 +179,7 @@ def calibrate_command(
     _note_model(found, quiet=quiet)
     _note_context(found, asked.ctx, quiet=quiet)
     _note_texts(asked.texts, quiet=quiet)
-    if asked.process_output and not has_output(found):
+    if asked.process_output and "output.weight" not in found:
         note(
             "--process-output: the model has no output.weight, its embedding is that too, and has no entry",
             quiet=quiet,
